@@ -66,9 +66,11 @@ class FocalLoss(nn.Module):
 # ## Build and train the model
 #
 # `tr.Model` checks that no position sees its target or a later interaction. Pad the convolution on
-# the right, by `(0, 2)`, and it raises an error.
+# the right, by `(0, 2)`, and it raises an error. The seed makes the initial weights repeatable:
+# `train.seed` of the recipe is read after they are drawn.
 
 # %%
+torch.manual_seed(0)
 inputs = tr.TabularSequenceFeatures.from_schema(
     data.schema, max_sequence_length=20, d_output=48, aggregation="concat", masking="causal"
 )
@@ -80,5 +82,8 @@ print(evaluate(run, data, cutoffs=[10]))
 export(run, out="repository")
 
 # %% [markdown]
+# For several seeds write the runs to `runs/own/seed-0`, `runs/own/seed-1` and so on: then
+# [compare](../how-to/compare.md) takes them as one model.
+#
 # Next: [build a model](../how-to/build-a-model.md) lists the parts. To name yours in a recipe,
 # [register them](../how-to/plugins.md).

@@ -5,6 +5,9 @@ from typing import NamedTuple
 import pipeline
 from pipeline import model
 
+_OPTIONS = "{show_root_heading: true, show_root_full_path: false, heading_level: 3}"
+"""A function's signature belongs to its heading."""
+
 
 class Package(NamedTuple):
     """Page of one importable package."""
@@ -41,7 +44,7 @@ def api_page(package: Package) -> str:
     """Return the page in Markdown, a directive for each name."""
     lines = [f"# {package.title}\n", package.text]
     for name, place in package.names.items():
-        lines += [f"\n## {name}\n", f"::: {place}", "    options: {show_root_heading: false}"]
+        lines += [f"\n## {name}\n", f"::: {place}", f"    options: {_OPTIONS}"]
     return "\n".join(lines) + "\n"
 
 

@@ -146,6 +146,14 @@ def whole_facts(path: Path, kind: str) -> dict[str, Any] | None:
         return None
 
 
+def _no_manifest(path: Path, kind: str, next_step: str) -> str:
+    """Error of a directory without a manifest, also for a folder of runs or of data."""
+    inside = sorted(path.glob(f"[!.]*/{MANIFEST}")) if kind in ("data", "run") else []
+    if inside:
+        return f"{path} is a folder of directories such as {inside[0].parent}. {_EXPECTED[kind]}"
+    return f"{path} is incomplete: missing {MANIFEST}. {next_step}"
+
+
 def read_manifest(path: Path, kind: str, *, check_files: bool = True) -> dict[str, Any]:
     """Check an artifact against its manifest and return the manifest's facts.
 
@@ -161,7 +169,7 @@ def read_manifest(path: Path, kind: str, *, check_files: bool = True) -> dict[st
     try:
         manifest = parse_manifest(path)
     except FileNotFoundError:
-        raise ArtifactError(f"{path} is incomplete: missing {MANIFEST}. {next_step}") from None
+        raise ArtifactError(_no_manifest(path, kind, next_step)) from None
     except DAMAGED:
         raise ArtifactError(f"{path}/{MANIFEST} is damaged. {next_step}") from None
     if manifest.kind != kind:

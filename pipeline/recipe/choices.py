@@ -40,6 +40,8 @@ PLUGIN_LOSSES: set[str] = set()
 """Losses that `pipeline.plugins` has registered."""
 PLUGIN_METRICS: set[str] = set()
 """Ranking metrics that `pipeline.plugins` has registered."""
+FROM_PLUGINS = "One of your own needs the file that registers it: --plugins FILE.py."
+"""Hint of the error of an unknown name."""
 TARGET_METRICS = {
     "binary": ("auc", "log_loss", "precision", "recall", "calibration_error"),
     "regression": ("rmse", "mae"),

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from pipeline.core.columns import ITEM
 from pipeline.core.config import Config
 from pipeline.core.errors import ConfigError, closest
-from pipeline.recipe.choices import ARCHITECTURES, NEXT_ITEM, ranking_expression
+from pipeline.recipe.choices import ARCHITECTURES, FROM_PLUGINS, NEXT_ITEM, ranking_expression
 from pipeline.recipe.counting import COUNTING
 
 Value = str | int | bool
@@ -375,7 +375,8 @@ def _check_encoder(encoder: ModelConfig | Tower, masking: str, d_model: int) -> 
         raise ValueError(f"{name} is a counting model, which cannot be an encoder")
     if name not in ARCHITECTURES:
         names = [*ARCHITECTURES, *COUNTING]
-        raise ValueError(f"there is no architecture {name!r}; {closest(name, names)}")
+        hint = closest(name, names)
+        raise ValueError(f"there is no architecture {name!r}; {hint} {FROM_PLUGINS}")
     if masking not in ARCHITECTURES[name]:
         works = ", ".join(ARCHITECTURES[name])
         others = [n for n, maskings in ARCHITECTURES.items() if masking in maskings]

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from pipeline.core.config import Config
 from pipeline.core.errors import ConfigError, closest
 from pipeline.recipe.choices import (
+    FROM_PLUGINS,
     FULL_LOSSES,
     METRICS,
     PLUGIN_LOSSES,
@@ -193,13 +194,15 @@ class TrainConfig(Config):
     def _check(self) -> Self:
         losses = [*FULL_LOSSES, *SAMPLED_LOSSES, *PLUGIN_LOSSES]
         if self.loss not in losses:
-            raise ValueError(f"there is no loss {self.loss!r}; {closest(self.loss, losses)}")
+            hint = closest(self.loss, losses)
+            raise ValueError(f"there is no loss {self.loss!r}; {hint} {FROM_PLUGINS}")
         of_target = TARGET_METRIC_NAME.fullmatch(self.metric)
         if self.metric != "loss" and not of_target and ranking_cutoff(self.metric) is None:
             expected = ", ".join(f"{metric}@K" for metric in METRICS)
             raise ValueError(
                 f"`metric` is {self.metric!r}, expected one of {expected} with a cutoff K such as "
-                "20, loss, or that of a target, such as purchase.auc or price.rmse"
+                "20, loss, or that of a target, such as purchase.auc or price.rmse. "
+                f"{FROM_PLUGINS}"
             )
         if self.label_smoothing and self.loss != "cross-entropy":
             raise ValueError("`label_smoothing` is for cross-entropy")

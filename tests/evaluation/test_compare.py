@@ -10,12 +10,15 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from typer.testing import CliRunner
 
-from pipeline import compare
+import pipeline
+from pipeline import Data, compare
+from pipeline import model as tr
 from pipeline.cli.main import app
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.evaluation.comparison.figures import write_figures
@@ -276,6 +279,41 @@ def test_a_folder_without_runs_and_a_missing_one(shop: Path, tmp_path: Path) -> 
         compare([tmp_path], shop / "data")
     with pytest.raises(ConfigError, match="no run"):
         compare([], shop / "data")
+
+
+def test_folder_of_seed_folders_stands_for_all_runs(shop: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    shutil.copytree(shop / "gru", runs / "gru")
+    shutil.copytree(shop / "sasrec" / "seed-0", runs / "alone")
+    rows = compare([runs], shop / "data", cutoffs=(3,), baselines=False).rows
+    assert {name: len(row.runs) for name, row in rows.items()} == {"alone": 1, "gru": 3}
+
+
+def test_evaluate_of_a_folder_of_seeds_names_one(shop: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"gru is a folder of directories such as .*gru/seed-0"):
+        evaluate(shop / "gru", shop / "data")
+
+
+def test_models_built_in_python_share_a_row_by_their_folder_alone(
+    shop: Path, tmp_path: Path
+) -> None:
+    """Their settings have neither widths nor the loss, so that two of them may look the same."""
+    data = Data.open(shop / "data")
+    for name, width in (("narrow", 8), ("wide", 16)):
+        for seed in (0, 1):
+            inputs = tr.TabularSequenceFeatures.from_schema(
+                data.schema, max_sequence_length=5, d_output=width, masking="causal"
+            )
+            body = tr.SequentialBlock(inputs, torch.nn.GRU(width, width, batch_first=True))
+            model = tr.Model(tr.Head(body, tr.NextItemPredictionTask()))
+            settings = Recipe.from_dict({"train": {"epochs": 1, "seed": seed}}, "test")
+            pipeline.train(settings, data, model=model, out=tmp_path / name / f"seed-{seed}")
+    folders = [tmp_path / "narrow", tmp_path / "wide"]
+    rows = compare(folders, data, cutoffs=(3,), baselines=False).rows
+    assert {name: len(row.runs) for name, row in rows.items()} == {"narrow": 2, "wide": 2}
+    mixed = [tmp_path / "narrow" / "seed-0", tmp_path / "wide" / "seed-1"]
+    assert len(compare(mixed, data, cutoffs=(3,), baselines=False).rows) == 2
 
 
 def test_ranks_of_evaluate(shop: Path, tmp_path: Path) -> None:

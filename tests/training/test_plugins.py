@@ -137,8 +137,14 @@ def test_a_loss_with_arguments_is_refused(shop: Shop, tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_without_the_file_is_refused(shop: Shop, tmp_path: Path) -> None:
-    words = "train", shop.data, "--set", "train.loss=focal", "--out", "run"
-    assert "there is no loss 'focal'" in run(tmp_path, *words, code=2)
+    for setting, message in (
+        ("train.loss=focal", "there is no loss 'focal'"),
+        ("train.metric=first@20", "`metric` is 'first@20'"),
+        ("model.architecture=average", "there is no architecture 'average'"),
+    ):
+        error = run(tmp_path, "train", shop.data, "--set", setting, "--out", "run", code=2)
+        assert message in error
+        assert "needs the file that registers it: --plugins FILE.py" in error
 
 
 def test_a_metric_without_a_gain_of_each_rank_is_refused(shop: Shop, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ from pipeline.evaluation.run import (
 )
 from pipeline.evaluation.target_metrics import TargetPredictions, target_metrics, target_values
 from pipeline.evaluation.targets import Positions
-from pipeline.model.run import Run
+from pipeline.model.run import PROGRAM, Run
 
 
 # Long: half of it is the docstring of a public function.
@@ -61,11 +61,12 @@ def compare(
 ) -> Comparison:
     """Rank the targets of one part of `data` by several runs and by the baselines.
 
-    A folder of runs, as of `train --seeds`, stands for all its runs. Arguments and errors are those
-    of `evaluate`. Baselines use the catalogue of `data`; a run may have an older one if `data`
-    extends its data. The comparison includes the metrics of target tasks; a run that does not rank
-    items has only these. ConfigError without a run; ArtifactError if targets of one name differ
-    between runs.
+    A folder of runs, as of `train --seeds`, stands for all its runs, also for those in folders of
+    seeds below it. Models built in Python share a row as `seed-N` of one folder. Arguments and
+    errors are those of `evaluate`. Baselines use the catalogue of `data`; a run may have an older
+    one if `data` extends its data. The comparison includes the metrics of target tasks; a run that
+    does not rank items has only these. ConfigError without a run; ArtifactError if targets of one
+    name differ between runs.
     """
     data = Data.open(data)
     opened = list(dict.fromkeys(run for each in runs for run in _runs_of(each)))
@@ -235,9 +236,10 @@ def _check_same_targets(
 
 
 def _runs_of(source: Run | Path) -> Iterator[Run]:
-    """The run itself, or the runs in a folder."""
+    """The run itself, or the runs in a folder and in its folders of seeds."""
     if isinstance(source, Path) and source.is_dir() and not (source / MANIFEST).exists():
-        inside = sorted(folder.parent for folder in source.glob(f"*/{MANIFEST}"))
+        patterns = f"[!.]*/{MANIFEST}", f"[!.]*/seed-*/{MANIFEST}"
+        inside = sorted(file.parent for each in patterns for file in source.glob(each))
         if inside:
             yield from map(Run.open, inside)
             return
@@ -274,11 +276,16 @@ def _settings_key(run: Run) -> str:
     """Key of the inputs and settings of a run, without the seed."""
     facts = run.facts
     train = {key: value for key, value in (facts.get("train") or {}).items() if key != "seed"}
-    if not train:  # a model built in Python has no settings
+    if not train:  # it was trained by the caller's own loop
         return str(run.path)
     settings = {name: facts.get(name) for name in ("model", TRAINED_ON, ORIGIN)}
     width = (facts.get("windows") or {}).get("width_seconds")
-    return json.dumps([settings, train, width], sort_keys=True, default=str)
+    folder = None
+    if (facts.get("model") or {}).get("architecture") == PROGRAM:
+        # built in Python: its widths and its loss are not in the settings
+        path = run.path.resolve()
+        folder = path.parent if run.name.startswith("seed-") else path
+    return json.dumps([settings, train, width, folder], sort_keys=True, default=str)
 
 
 def _group_name(group: Sequence[Run]) -> str:
