@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from types import ModuleType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -106,12 +107,16 @@ def test_every_command_and_option_has_a_row() -> None:
 
 
 def test_every_public_name_has_a_directive() -> None:
-    pages = {package.title: API.api_page(package) for package in API.packages()}
-    for name in set(pipeline.__all__) - {"__version__"}:
-        assert f"\n## {name}\n" in pages["Python"]
+    pages = {package.title: package for package in API.packages()}
+    for package in pages.values():
+        directives = re.findall("^::: (.+)$", API.api_page(package), re.MULTILINE)
+        assert directives == list(package.names.values())
+        # without a heading of its own a function has no signature
+        assert API.api_page(package).count("show_root_heading: true") == len(directives)
+    assert set(pages["Python"].names) == set(pipeline.__all__) - {"__version__"}
     for name, value in vars(model).items():
         if not name.startswith("_") and not isinstance(value, ModuleType):
-            assert f"\n## {name}\n" in pages["Building blocks in Python"], name
+            assert name in pages["Building blocks in Python"].names, name
 
 
 def test_examples_are_notebooks_too() -> None:

@@ -5,8 +5,11 @@ from typing import NamedTuple
 import pipeline
 from pipeline import model
 
-_OPTIONS = "{show_root_heading: true, show_root_full_path: false, heading_level: 3}"
-"""A function's signature belongs to its heading."""
+_OPTIONS = (
+    "{show_root_heading: true, show_root_toc_entry: true, show_root_full_path: false, "
+    "heading_level: 2}"
+)
+"""mkdocstrings prints the signature of a function below its own heading alone."""
 
 
 class Package(NamedTuple):
@@ -43,8 +46,8 @@ def packages() -> list[Package]:
 def api_page(package: Package) -> str:
     """Return the page in Markdown, a directive for each name."""
     lines = [f"# {package.title}\n", package.text]
-    for name, place in package.names.items():
-        lines += [f"\n## {name}\n", f"::: {place}", f"    options: {_OPTIONS}"]
+    for place in package.names.values():
+        lines += [f"\n::: {place}", f"    options: {_OPTIONS}"]
     return "\n".join(lines) + "\n"
 
 
