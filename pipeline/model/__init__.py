@@ -28,6 +28,7 @@ from pipeline.model.inputs.aggregation import ConcatFeatures as ConcatFeatures
 from pipeline.model.inputs.aggregation import ElementwiseSum as ElementwiseSum
 from pipeline.model.inputs.aggregation import ElementwiseSumItemMulti as ElementwiseSumItemMulti
 from pipeline.model.inputs.aggregation import StackFeatures as StackFeatures
+from pipeline.model.inputs.columns import InputOptions as InputOptions
 from pipeline.model.inputs.continuous import SoftEmbedding as SoftEmbedding
 from pipeline.model.inputs.features import TabularSequenceFeatures as TabularSequenceFeatures
 from pipeline.model.inputs.pretrained import PretrainedEmbeddings as PretrainedEmbeddings

@@ -620,6 +620,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"pretrained_embeddings": {"item_id": PretrainedEmbeddings(matrix(9))}},
         "'item_id' has 9 rows, the feature has 20",
     ),
+    (
+        {"pretrained_embeddings": {"item_id": matrix(V)}},
+        "has a Tensor for 'item_id', expected tr.PretrainedEmbeddings",
+    ),
     ({"pretrained_output_dims": {"price": 3}}, "names 'price', which is no embedding feature"),
     ({"pretrained_output_dims": 0}, "width of vectors is 0"),
     ({"normalizer": "batch-norm"}, "normalizer is 'batch-norm'. Expected 'layer-norm'"),

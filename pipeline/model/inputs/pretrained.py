@@ -80,11 +80,16 @@ class PretrainedEmbeddings(nn.Module):
 def check_pretrained(
     pretrained: Mapping[str, PretrainedEmbeddings], num_rows: Mapping[str, int]
 ) -> None:
-    """ConfigError for an unknown categorical feature or a matrix with another number of rows."""
+    """ConfigError for an unknown feature, another class, or a matrix of other rows."""
     check_names("pretrained_embeddings", pretrained, num_rows, "categorical")
     if len(set(map(id, pretrained.values()))) < len(pretrained):
         raise ConfigError("pretrained_embeddings gives one object to two features. Make two.")
     for name, embeddings in pretrained.items():
+        if not isinstance(embeddings, PretrainedEmbeddings):
+            raise ConfigError(
+                f"pretrained_embeddings has a {type(embeddings).__name__} for {name!r}, expected "
+                "tr.PretrainedEmbeddings(matrix)."
+            )
         rows = embeddings.table.num_embeddings
         if rows != num_rows[name]:
             raise ConfigError(
