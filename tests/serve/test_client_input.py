@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.core.errors import ArtifactError, ConfigError, DataError
 from pipeline.in_process import open_run
 from pipeline.serve.client.client import Client
 from pipeline.serve.client.in_process import InProcessClient
@@ -114,3 +115,17 @@ def test_unreadable_rows_of_a_log_are_reported_on_stderr(shop: Shop, tmp_path: P
         "1 files cut off or damaged",
     ):
         assert reason in line
+
+
+def test_a_log_may_lack_the_columns_of_items(
+    shop: Shop, client: InProcessClient, tmp_path: Path
+) -> None:
+    clicks = pd.read_csv(shop.clicks).head(60)
+    clicks.to_csv(tmp_path / "all.csv", index=False)
+    clicks.drop(columns=["category", "price"]).to_csv(tmp_path / "items.csv", index=False)
+    clicks.drop(columns=["action"]).to_csv(tmp_path / "none.csv", index=False)
+    records = list(client.recommend_log([tmp_path / "all.csv"], 5))
+    assert len(records) > 1
+    assert list(client.recommend_log([tmp_path / "items.csv"], 5)) == records
+    with pytest.raises(DataError, match="has no column for action"):
+        list(client.recommend_log([tmp_path / "none.csv"], 5))

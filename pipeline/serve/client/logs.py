@@ -63,14 +63,16 @@ def _log_recipe(recipe: Preprocess, columns: set[str]) -> Preprocess:
     """Return the recipe that reads a log with these `columns` for requests.
 
     It reads no operator features and expressions, the category of a target encoding, and features
-    of a side table only if this log has them.
+    of items and of a side table only if this log has them: the model has the items' values.
     """
     features: list[Feature] = []
     for feature in recipe.read_features:
         name, column = feature.name, feature.source
         if isinstance(feature, TargetEncodedFeature):
             features.append(ColumnNumber(name=name, kind="continuous", column=column))
-        elif isinstance(feature, ColumnFeature) and (not feature.table or column in columns):
+        elif isinstance(feature, ColumnFeature) and (
+            column in columns or not (feature.table or feature.of == "item")
+        ):
             features.append(feature.model_copy(update={"table": False}))
     order = tuple(column for column in recipe.order if column in columns)
     update = {"features": tuple(features), "order": order, "split": Split()}
