@@ -79,13 +79,20 @@ def size(
     lines = [
         f"training  {result.training_gib:,.1f} GiB and {_cores(result.training_cores)} for "
         f"{epochs} epochs of {sessions:,} sessions in {hours:g} h; on one core an epoch takes "
-        f"{result.epoch_hours:,.2f} h, a step {result.step_seconds:.3g} s",
+        f"{_duration(result.epoch_hours)}, a step {result.step_seconds:.3g} s",
         f"serving   {result.serving_gib:,.1f} GiB and {_cores(result.serving_cores)} for {rate:g} "
         f"requests/s; a request takes {result.request_ms:.3g} ms of a core, which can do "
         f"{result.requests_per_core:,.0f}/s and should do six tenths of them",
         *_quality(table, beyond),
     ]
     print_result(facts, as_json, "\n".join(lines))
+
+
+def _duration(hours: float) -> str:
+    if hours < 1:
+        minutes = 60 * hours
+        return f"{minutes:.3g} min" if minutes >= 1 else f"{60 * minutes:.3g} s"
+    return f"{hours:,.2f} h"
 
 
 def _cores(count: int) -> str:

@@ -122,6 +122,13 @@ def test_command_prints_the_estimate_its_error_and_its_machine() -> None:
     assert f"training  {expected['training_gib']:.1f} GiB and " in text
     assert "for 10 epochs of 6,000,000 sessions in 8 h" in text
     assert "for 500 requests/s" in text
+    assert f"an epoch takes {expected['epoch_hours']:.2f} h, a step" in text
+    shop = ["--items", "2000", "--rate", "50", "--sessions-per-day", "300"]
+    epoch_hours = json.loads(run(*shop, "--json"))["epoch_hours"]
+    assert f"an epoch takes {3600 * epoch_hours:.3g} s, a step" in run(*shop)
+    longer = [*shop, "--days", "3000"]
+    epoch_hours = json.loads(run(*longer, "--json"))["epoch_hours"]
+    assert f"an epoch takes {60 * epoch_hours:.3g} min, a step" in run(*longer)
     table = coefficients()
     assert "For CPUs alone." in text
     assert table["machine"]["processor"] in text
