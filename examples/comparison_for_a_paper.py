@@ -46,10 +46,11 @@ for name in ("sasrec", "gru4rec"):
 # %%
 comparison = compare(runs, data, cutoffs=[10])
 print(comparison)
+comparison.to_frame().to_csv("comparison.csv", index=False)  # a row per model and metric
 
 # %% [markdown]
 # `pipeline compare runs/sasrec runs/gru4rec --data data --out table.tex --figures figures` writes
 # the table for LaTeX, and plots as SVG and PNG.
 #
-# Next: [compare models](../how-to/compare.md) explains the table;
+# Next: [compare models](../how-to/compare.md) explains the table, the test and the columns;
 # [which model](../concepts/which-model.md) has results on public data.
