@@ -26,7 +26,7 @@ MOST_COLUMNS = 10_000
 """Largest number of columns of a file, nested ones included."""
 MOST_FOOTER = 10
 """Smallest ratio of the sizes of a file and its footer; logs have 1,000 and more."""
-_FREE_FOOTER_BYTES = 1 << 20
+_FREE_FOOTER_BYTES = 2 << 20
 """Bytes of a footer above which this ratio is checked."""
 _BATCH_BYTES = 1 << 27
 
@@ -177,7 +177,10 @@ def _longest_value(file: Path, name: str, group: int) -> int:
     """Return the bytes of the longest text in a column's dictionary. DataError for too many."""
     where: dict[str, Any] = {"row_groups": [group], "columns": [name]}
     with pq.ParquetFile(file, read_dictionary=[name]) as parquet:
-        first = _innermost(next(parquet.iter_batches(1, **where)).column(0))
+        batch = next(parquet.iter_batches(1, **where), None)
+        if batch is None:  # a group of no rows
+            return 0
+        first = _innermost(batch.column(0))
         if not pa.types.is_dictionary(first.type):
             return 0
         longest = _longest_entry(first)

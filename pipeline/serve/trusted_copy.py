@@ -44,8 +44,7 @@ class TrustedCopy:
         self.path = self._scratch / self._source.resolve().name
         """The copy."""
         try:
-            self._copied_manifest = _manifest_bytes(self._source)
-            self._copy(self.path)
+            self._copied_manifest = self._copy_whole(self.path)
         except BaseException:
             self.__exit__()
             raise
@@ -84,17 +83,31 @@ class TrustedCopy:
         ArtifactError for an unsigned change, OSError if it cannot be copied: the copy is left
         unchanged, and the next call tries again.
         """
-        manifest = _manifest_bytes(self._source)
-        if manifest == self._copied_manifest:
+        if _manifest_bytes(self._source) == self._copied_manifest:
             return False
         newer = self._scratch / "newer"
         try:
-            self._copy(newer)
+            manifest = self._copy_whole(newer)
             replace_directory(newer, self.path)
         finally:
             shutil.rmtree(newer, ignore_errors=True)
         self._copied_manifest = manifest
         return True
+
+    def _copy_whole(self, target: Path) -> bytes:
+        """Copy, again if an export came in between; return manifest and signature.
+
+        ArtifactError if the repository is not whole or not signed.
+        """
+        manifest = _manifest_bytes(self._source)
+        try:
+            self._copy(target)
+        except ArtifactError:
+            if _manifest_bytes(self._source) == manifest:
+                raise
+            shutil.rmtree(target)
+            return self._copy_whole(target)
+        return manifest
 
     def _copy(self, target: Path) -> None:
         target.mkdir()
