@@ -290,8 +290,14 @@ def test_probabilities_are_a_distribution_in_the_order_of_positive_scores(
         ({"next_item": False, "targets": []}, "has no `next_item: false`"),
         ({"towers": [{"architecture": "gru"}]}, "has no `towers`"),
         ({"architecture": "sesion-knn"}, "did you mean `session-knn`"),
-        ({"architecture": "sasrec", "members": [{"architecture": "popularity"}]}, "by itself"),
-        ({"architecture": "sasrec", "towers": [{"architecture": "popularity"}]}, "by itself"),
+        (
+            {"architecture": "sasrec", "members": [{"architecture": "popularity"}]},
+            "is a counting model",
+        ),
+        (
+            {"architecture": "sasrec", "towers": [{"architecture": "popularity"}]},
+            "is a counting model",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_named(model: dict[str, Any], message: str) -> None:

@@ -266,7 +266,11 @@ def test_weights_change_the_scores(shop: Shop, tmp_path: Path) -> None:
     ("model", "training", "words"),
     [
         ({"pretrained": [{"file": "nowhere.parquet"}]}, {}, "nowhere.parquet"),
-        ({"pretrained": [{"file": "x.parquet", "feature": "price"}]}, {}, "no categorical feature"),
+        (
+            {"pretrained": [{"file": "x.parquet", "feature": "price"}]},
+            {},
+            "not a categorical feature",
+        ),
         ({"embedding_dims": {"brnad": 3}}, {}, "no column 'brnad'"),
         (
             {"targets": [{"feature": "actoin", "kind": "regression"}]},
@@ -279,7 +283,7 @@ def test_weights_change_the_scores(shop: Shop, tmp_path: Path) -> None:
             {},
             "never is 'buy' in the training data. It is: view",
         ),
-        ({}, {"weights": {"feature": "price", "values": {"3": 2}}}, "no categorical feature"),
+        ({}, {"weights": {"feature": "price", "values": {"3": 2}}}, "not a categorical feature"),
         ({}, {"weights": {"feature": "action", "values": {"vew": 2}}}, "never is 'vew'"),
         (
             {},

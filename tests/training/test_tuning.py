@@ -274,8 +274,7 @@ def test_space_of_the_documentation_is_valid(tmp_path: Path) -> None:
     assert read_space(tmp_path / "space.yaml") == {
         "train.learning_rate": Range("log", (1e-4, 1e-2)),
         "model.dropout": Range("uniform", (0.1, 0.6)),
-        "model.d_model": Range("choice", (64, 128, 256)),
-        "model.n_layer": Range("int", (1, 3)),
+        "model.d_model": Range("choice", (32, 64)),
     }
 
 
