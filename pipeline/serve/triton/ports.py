@@ -2,8 +2,9 @@
 
 import errno
 import socket
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 
 from pipeline.core.errors import ServingError
 
@@ -30,25 +31,25 @@ def free_ports() -> Ports:
     return fill_ports(Ports(http=0, grpc=0, metrics=0))
 
 
-def fill_ports(ports: Ports) -> Ports:
-    """Return the ports with a free one for each 0."""
+def fill_ports(ports: Ports, *, others: Sequence[int] = ()) -> Ports:
+    """Return the ports with a free one for each 0, none of which is one of `others`."""
     with ExitStack() as stack:  # all are bound until the last is chosen, so that they differ
+        for port in (*astuple(ports), *others):
+            if port:
+                held = stack.enter_context(socket.socket())
+                with suppress(OSError):  # in use, so it is not chosen either
+                    held.bind(("127.0.0.1", port))
         chosen = {}
-        for protocol in fields(ports):
+        for protocol in (field.name for field in fields(ports) if not getattr(ports, field.name)):
             held = stack.enter_context(socket.socket())
             held.bind(("127.0.0.1", 0))
-            chosen[protocol.name] = getattr(ports, protocol.name) or held.getsockname()[1]
-    return Ports(**chosen)
+            chosen[protocol] = held.getsockname()[1]
+    return replace(ports, **chosen)
 
 
 def inner_ports(ports: Ports) -> Ports:
     """Return free loopback ports for a Triton behind a proxy; the port of metrics stays."""
-    with ExitStack() as stack:
-        for port in (ports.http, ports.grpc):
-            held = stack.enter_context(socket.socket())
-            with suppress(OSError):  # in use, so it is not chosen either
-                held.bind(("127.0.0.1", port))
-        return fill_ports(Ports(http=0, grpc=0, metrics=ports.metrics))
+    return fill_ports(Ports(http=0, grpc=0, metrics=ports.metrics), others=(ports.http, ports.grpc))
 
 
 def ipv4_address(host: str) -> str:
